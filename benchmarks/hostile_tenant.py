@@ -12,12 +12,14 @@ a process of lower priority. The latency of a chat is counted from when it was d
 - `slow_streams`: 40 streams without end, for a gateway of 20 permits
 - `endless_answers`: 40 JSON answers without end, of 4 MB a second each
 - `refusals`: a pinned expert that fails, once a second, at two gateways behind nginx as deploy/nginx/coe.conf has it
+- `failures`: eight requests a second that make each of three experts, which both keys use, answer 500
 - `objects`, `string`: 50 bodies of 20 MB: `[{},{},...]`, which costs most memory for its bytes, or one long string
 - `over_limit`: the string, from a key whose requests_per_minute are used up
 
-Goals: a p99 of at most twice that alone, and no error. `rss_mb` is the largest of the gateway's worker before and
-after, `cores` processor time a second. Needs Linux and nginx. On a machine with other work, start it with
-`chrt --rr 10`: gateways and chats then have real-time priority, attacks and their experts do not.
+Goals: a p99 of at most twice that alone, and no error; with `failures`, 1 % of the answers at most. `rss_mb` is the
+largest of the gateway's worker before and after, `cores` processor time a second. Needs Linux and nginx. On a machine
+with other work, start it with `chrt --rr 10`: gateways and chats then have real-time priority, attacks and their
+experts do not.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ PIECE = 2**18
 PRICE = 20.0  # dollars per million tokens of an answer
 KEY, HOSTILE_KEY = "sk-everyday", "sk-hostile"
 MEMBERS = ["member-1", "member-2", "member-3"]
+FAILS = "this prompt makes the server fail"
 PLAIN = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -104,7 +107,8 @@ def string(start: bytes = b'[{"role":"user","content":"', text: bytes = b"long "
 @dataclass(frozen=True, slots=True)
 class Attack:
     """`pause` is seconds between an answer and the next request of a connection. `limits` are the gateway's,
-    `key_limits` the hostile key's. The other key's chats have `chat_bytes` more."""
+    `key_limits` the hostile key's. The other key's chats have `chat_bytes` more. With
+    `shares_experts`, both keys use three experts at the attacks' server."""
 
     requests: Callable[[], list[bytes]]
     connections: int
@@ -112,6 +116,7 @@ class Attack:
     limits: Mapping[str, Any] = field(default_factory=dict)
     key_limits: Mapping[str, Any] = field(default_factory=dict)
     chat_bytes: int = 0
+    shares_experts: bool = False
     continues: bool = False
     gateways: int = 1
 
@@ -128,6 +133,7 @@ ATTACKS = {
     "slow_streams": Attack(lambda: [request(chat("slow", stream=True))], 40, pause=0.5, limits=FEW),
     "endless_answers": Attack(lambda: [request(chat("endless"))], 40, pause=0.5),
     "refusals": Attack(lambda: [request(chat("failing"))], 1, pause=1.0, gateways=2),
+    "failures": Attack(lambda: [request(chat("auto", FAILS))], 2, pause=0.25, shares_experts=True),
     "objects": Attack(lambda: string(b"[", b"{},", b"{}]"), 50, pause=1.0),
     "string": Attack(string, 50, pause=1.0),
     "over_limit": Attack(string, 50, pause=1.0, key_limits={"requests_per_minute": 1}),
@@ -191,6 +197,8 @@ def declared(attack: Attack) -> str:
     hostile = external | {"base_url": f"{EXPERT}v1", "prices": {"output": PRICE}}
     everyday = {"name": "everyday", "model": "m", "base_url": f"http://127.0.0.1:{harness.UPSTREAM_PORT}/v1"}
     names = ["billing", "failing", *ENDLESS, *MEMBERS]
+    if attack.shares_experts:
+        names, everyday["base_url"] = ["second", "third"], f"{EXPERT}v1"
     limits = {KEY: {"requests_per_minute": 10**6}, HOSTILE_KEY: attack.key_limits}
     declaration = {
         "version": 1,
@@ -345,7 +353,8 @@ async def serve_expert() -> None:
                     billed += fields["max_tokens"] * PRICE / 1e6
                     await asyncio.sleep(1.0)
                 answer = harness.ANSWER.encode() if fields else orjson.dumps({"billed": billed})
-                writer.write(PLAIN % (500 if model == "failing" else 200, len(answer), answer))
+                fails = model == "failing" or FAILS in str(fields.get("messages"))
+                writer.write(PLAIN % (500 if fails else 200, len(answer), answer))
         writer.close()
 
     await (await asyncio.start_server(serve, "127.0.0.1", EXPERT_PORT, backlog=4096)).serve_forever()

@@ -286,7 +286,8 @@ class Call:
     A response that is not streamed is a single chunk, so `first_token_timeout` limits all of it. `headers` are sent to
     the expert's server (`RequestOptions.forwarded_headers`). `conversation` identifies the conversation, so that the
     replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection for the
-    same request.
+    same request. `caller` is the API key if there are several. A `forced` call takes an expert that rests: no other
+    is left.
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.
@@ -312,6 +313,8 @@ class Call:
     api: Api = "chat"
     headers: Mapping[str, str] = field(default_factory=dict)
     conversation: bytes = b""
+    caller: str = ""
+    forced: bool = False
     stand_in: str = ""
     wake_deadline: float = 0.0
     exclude: frozenset[str] = frozenset()

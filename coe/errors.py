@@ -312,15 +312,17 @@ class ExpertError(RequestError, code="expert_error", status=502):
     """An expert failed the request.
 
     `retryable`: another expert may be tried. `request_sent`: the request was sent to this expert. `refused`: its server
-    answered that it did not process the request, so it bills nothing. `unhealthy`: the
-    failure counts against the server's circuit breaker. `cause` is one word of a closed vocabulary. `detail` adds facts
-    for logs; it holds neither secrets nor text of the server, which may quote a request.
+    answered that it did not process the request, so it bills nothing. `unhealthy`: the failure counts against the
+    server's circuit breaker. `may_be_forced`: nothing but its breaker kept the request from it. `cause` is one word of
+    a closed vocabulary. `detail` adds facts for logs; it holds neither secrets nor text of the server, which may quote
+    a request.
     """
 
     retryable = True
     request_sent = True
     refused = False
     unhealthy = True
+    may_be_forced = False
     cause: Cause = "error"
     detail = ""
 

@@ -15,6 +15,7 @@ MAX_PAUSE_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0
 """After a run of this duration, the next restart uses the shortest pause again."""
 
+Work = Callable[[], Awaitable[None]]
 TaskFailed = Callable[[str], None]
 """Counts a failure of the task of this name."""
 
@@ -26,11 +27,7 @@ def ignore_failure(name: str) -> None:
 
 
 def supervised(
-    work: Callable[[], Awaitable[None]],
-    name: str,
-    *,
-    task_failed: TaskFailed = ignore_failure,
-    may_return: bool = False,
+    work: Work, name: str, *, task_failed: TaskFailed = ignore_failure, may_return: bool = False
 ) -> asyncio.Task[None]:
     """Run `work` in a task and restart it whenever it raises, until the task is cancelled.
 
@@ -40,9 +37,7 @@ def supervised(
     return asyncio.create_task(_supervise(work, name, task_failed, may_return=may_return), name=f"coe-{name}")
 
 
-async def _supervise(
-    work: Callable[[], Awaitable[None]], name: str, task_failed: TaskFailed, *, may_return: bool
-) -> None:
+async def _supervise(work: Work, name: str, task_failed: TaskFailed, *, may_return: bool) -> None:
     loop, pause = asyncio.get_running_loop(), 0.0
     while True:
         began = loop.time()
@@ -69,7 +64,7 @@ def next_pause(
     return first if not previous or ran >= HEALTHY_SECONDS else min(previous * 2, longest)
 
 
-async def _failure_of(work: Callable[[], Awaitable[None]]) -> BaseException | None:
+async def _failure_of(work: Work) -> BaseException | None:
     """Return the exception of `work`, or None if it returns. Re-raises a cancellation of this task."""
     try:
         await work()

@@ -71,6 +71,8 @@ class ChatEndpoint:
         trace = Trace(snapshot=services.snapshot, api=self._dialect.api, head=read_head(scope))
         try:
             identify(trace, "chat")
+            if len(trace.snapshot.access.keys) > 1:
+                trace.attempts.caller = trace.caller.key or ""
             trace.attempts.memory = partial(services.answers.grow, trace.caller.key, trace.snapshot.registry.limits)
             if self._tracing is not None:
                 trace.options = self._tracing.begin(trace, trace.options)

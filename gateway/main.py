@@ -32,7 +32,7 @@ from coe.artifacts.artifact_sync import sync_artifacts, sync_once
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE
 from coe.artifacts.versions import consequences_of, log_consequences
 from coe.errors import ConfigError
-from coe.experts import endpoints_of, reading_queues
+from coe.experts import endpoints_of
 from coe.experts.http.client import Client
 from coe.records import LogWriter, open_log_and_feedback
 from coe.registry import Registry
@@ -50,6 +50,7 @@ from gateway.observability.state_metrics import add_log_metrics, add_traffic_met
 from gateway.observability.tracing import check_tracing, open_tracing
 from gateway.process.jobs import Jobs, watch_experts
 from gateway.process.reload import Reader, Reload, file_states, watched_files
+from gateway.process.server_polls import reading_queues
 from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
 from gateway.services import Services

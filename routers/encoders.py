@@ -105,6 +105,11 @@ Support = Callable[[TrainingSet, OnnxEncoder], TrainingSet]
 """Adds texts to a training set, whose given ones stay `declared`."""
 
 
+AnyEncoder = str | Callable[[Path], OnnxEncoder]
+"""A folder, an installed package that contains one, a hub name, or what writes an exported encoder into a folder and
+opens it, so that several routers share it."""
+
+
 def open_session(network: Path | bytes, tensors: Mapping[str, NDArray[Any]] | None = None) -> Any:
     """Open a network for one thread, with `tensors` for those that it names without data. Raises ArtifactError."""
     import onnxruntime

@@ -95,7 +95,9 @@ async def test_experts_at_an_unreachable_server_cost_no_attempts() -> None:
     accepted = await call_all(*experts, max_attempts=2)
     assert (accepted.expert, accepted.attempts) == ("e", 2)
     assert not any(server.calls for server in servers[:3])
-    assert all(replica.state == "closed" for replica in same_server), "the breakers of skipped experts are unchanged"
+    assert all(replica.breaker.state == "closed" for replica in same_server), (
+        "the breakers of skipped experts are unchanged"
+    )
 
 
 async def test_a_request_that_the_first_expert_rejects_goes_to_no_other() -> None:
@@ -129,6 +131,26 @@ async def test_an_expert_whose_api_cannot_express_the_request_costs_no_attempt()
         await call_all(SteppedExpert("b", [failed(ExpertUnavailable)]), untranslatable, max_attempts=1)
     with pytest.raises(InvalidRequest, match="no such part"):
         await call_all(untranslatable, SteppedExpert("b", [InvalidRequest("neither this")]))
+
+
+async def test_if_all_experts_rest_while_their_servers_answer_the_best_is_called(pauses: list[float]) -> None:
+    servers = [ScriptedExpert(name, (b"one",)) for name in "abc"]
+    replicas = [Replica(server, endpoint=Endpoint(f"http://{server.name}/v1", "m")) for server in servers]
+    experts = [
+        ReplicatedExpert(ExpertSpec(name=name, model="m", runtime="vllm"), replicas=[replica])
+        for name, replica in zip("abc", replicas, strict=True)
+    ]
+    for replica in replicas:
+        replica.breaker.open()
+    replicas[0].checked(answers=False)
+    accepted = await call_all(*experts)
+    assert (accepted.expert, accepted.attempts) == ("b", 1)
+    for replica in replicas[1:]:
+        replica.breaker.open()
+        replica.checked(answers=False)
+    with pytest.raises(ExpertUnavailable):
+        await call_all(*experts)
+    assert ([len(server.calls) for server in servers], pauses) == ([0, 1, 0], [])
 
 
 async def test_another_replica_is_called_before_the_next_expert() -> None:

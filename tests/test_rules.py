@@ -20,6 +20,7 @@ from coe.routing.decision import Previous, decide
 from coe.routing.message_parts import MAX_TOOLS
 from coe.routing.rules import MAX_NAME_CHARACTERS, MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access.access import Caller
+from gateway.access.allowance import input_range
 from gateway.request.trace import with_rules
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, registry_of
@@ -35,7 +36,7 @@ def function(name: str) -> dict[str, Any]:
 def facts_of(*, system: str = "", fields: dict[str, Any] | None = None, api: Any = "chat", **more: Any) -> RequestFacts:
     messages = (Message("system", system), Message("user", "hello"))
     chat = Chat("auto", messages, False, frozenset(), 5, fields or {}, api)
-    return RequestFacts(chat, **{"model": "auto", "estimate": lambda chat: 100.0, **more})
+    return RequestFacts(chat, **{"model": "auto", "estimate": lambda chat: (100.0, 100.0), **more})
 
 
 def rules_of(*declared: dict[str, Any], **changes: Any) -> Rules:
@@ -107,10 +108,10 @@ PADDED = "x" * (MAX_SYSTEM_CHARACTERS - 4)
         ({"system": "mark"}, [{"system": PADDED + "mark"}], [{"system": PADDED + "xmark"}]),
         (
             {"tokens": {"min": 101}},
-            [{"estimate": lambda chat: 101.0}],
+            [{"estimate": lambda chat: (101.0, 101.0)}],
             [
-                {"fields": {"previous_response_id": "resp_1"}, "api": "responses"},
-                {"fields": {"input": [{"type": "item_reference", "id": "msg_1"}]}, "api": "responses"},
+                {"estimate": input_range, "fields": {"previous_response_id": "resp_1"}},
+                {"estimate": input_range, "fields": {"input": [{"type": "item_reference", "id": "msg_1"}]}},
             ],
         ),
         ({"path": "/v1/messages"}, [{"api": "messages"}], []),  # has no bound

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-import coe.artifacts.artifact_sync
-import coe.experts.live_check
-import coe.records.writer
 import gateway.process.reload
+import gateway.process.server_polls
 from coe import supervision
 from coe.artifacts.artifact_sync import ArtifactSync, sync_artifacts
 from coe.experts.http.client import Client
@@ -117,8 +115,8 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.live_check, "read_queues", work)
-    return coe.experts.live_check.reading_queues(list, session=Client(), task_failed=failed)
+    patch.setattr(gateway.process.server_polls, "read_queues", work)
+    return gateway.process.server_polls.reading_queues(list, session=Client(), task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fnmatch
 import pickle
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +29,11 @@ from benchmarks.harness import ROOT
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.learning.support import with_support
+from coe.measuring.benchmark import SharedEncoder
 from coe.registry import load
 from coe.reports.novelty import propose_categories
 from coe.reports.training import macro_recall
-from routers.cascade import NETWORK, TOKENIZER
-from routers.encoders import OnnxEncoder
+from routers.cascade import NETWORK
 
 
 def _read(name: str) -> Any:
@@ -70,36 +69,15 @@ EXAMPLES, TESTED = (12, 30), 60
 CACHE = Path(tempfile.gettempdir()) / "coe-user-loop"
 
 
-class CachingEncoder(OnnxEncoder):
-    """An encoder that remembers each embedding."""
-
-    memory: dict[bytes, Any]
-
-    def _embed(self, ids: Sequence[int]) -> Any:
-        key = np.array(ids, dtype=np.uint16).tobytes()
-        if key not in self.memory:
-            self.memory[key] = super()._embed(ids)
-        return self.memory[key]
-
-
 @contextmanager
-def cached_encoder() -> Iterator[CachingEncoder]:
-    """The default encoder, exported once; routers that are trained in this context use it."""
-    CACHE.mkdir(exist_ok=True)
+def cached_encoder() -> Iterator[SharedEncoder]:
+    """The default encoder, exported once, with the embeddings of earlier runs."""
     if not (CACHE / NETWORK).is_file():
         routers.export_encoder(routers.DEFAULT_ENCODER, out=CACHE)
-    encoder, file = CachingEncoder(CACHE / NETWORK, CACHE / TOKENIZER), CACHE / "embeddings.pickle"
+    encoder, file = SharedEncoder(CACHE), CACHE / "embeddings.pickle"
     encoder.memory = pickle.loads(file.read_bytes()) if file.is_file() else {}
     known = len(encoder.memory)
-
-    def export(_: str, *, out: Path, threads: int) -> CachingEncoder:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (NETWORK, TOKENIZER):
-            shutil.copy(CACHE / name, out)
-        return encoder
-
     with (
-        mock.patch("routers.training.build.export_quantised", export),
         mock.patch("routers.training.build.is_installed", return_value=False),  # the prompts are English
         mock.patch("routers.training.build.IS_AVAILABLE", False),
     ):
@@ -143,7 +121,7 @@ def train_and_test(
         examples = [routers.Example(*pair) for pair in pairs]
         described = {category: declared["description"] for category, declared in SETS[name].items()}
         support = partial(with_support, descriptions=described)
-        metrics = routers.build(examples, support=support, out=Path(folder))
+        metrics = routers.build(examples, support=support, encoder=encoder.write, out=Path(folder))
         router: Any = routers.load(Path(folder))
     router.encoder = encoder
     routed = {c: [router.categories[one.best] for one in router.predict(tested)] for c, (_, tested) in parts.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +51,7 @@ def benchmark(
         return
     assert folder is not None
     import routers
+    from coe.measuring.benchmark import SharedEncoder
     from coe.measuring.benchmark import benchmark as run
     from coe.measuring.quality import read_quality
     from coe.measuring.recorded_answers import read_answers
@@ -64,14 +65,10 @@ def benchmark(
 
     with tempfile.TemporaryDirectory() as folder_name, progress_bar("benchmark") as progress, exit_on_sigterm():
         work = Path(folder_name)
-
-        def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out)
-            return routers.load(out)
-
-        exported = routers.export_encoder(encoder, out=work / "encoder", threads=2)
+        routers.export_encoder(encoder, out=work / "encoder")
+        exported = SharedEncoder(work / "encoder", threads=2)
         options: dict[str, Any] = {"encoder": exported, "work": work, "recorded": recorded, "progress": progress}
-        report = run(data, train_router=train, **options)
+        report = run(data, train_router=exported.train, **options)
     print_result(report, _lines(report), json=json)
 
 

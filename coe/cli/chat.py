@@ -70,7 +70,7 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
     from coe.routing.decision import decide
     from coe.routing.request_text import REASONS
     from coe.routing.rules import RequestFacts, Rules
-    from gateway.access.allowance import input_tokens
+    from gateway.access.allowance import input_range
     from gateway.dialects.chat import parse
 
     in_use = load_active_state(settings_for(config))
@@ -88,7 +88,7 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
     def route_request(fields: dict[str, Any]) -> dict[str, Any]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         text, _ = read_topic(chat, router.predict_fast, general=general)
-        matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
+        matching = rules.matching(RequestFacts(chat, chat.model, input_range, client, key, tenant))
         rule = only_local(key_rule) if rules.only_local(matching) else key_rule
         (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)
         prediction = rules.apply(matching, apply_residual(in_use.assignment, prediction))

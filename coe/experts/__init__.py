@@ -1,7 +1,6 @@
 """Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and known queues."""
 
 from coe.experts.factory import ExpertLoader, build_experts, endpoints_of
-from coe.experts.live_check import reading_queues
 from coe.experts.replicas import Replica, ReplicatedExpert
 
 __all__ = [
@@ -10,5 +9,4 @@ __all__ = [
     "ReplicatedExpert",
     "build_experts",
     "endpoints_of",
-    "reading_queues",
 ]

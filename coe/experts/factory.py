@@ -37,10 +37,9 @@ def build_experts(
     for spec in registry.experts:
         endpoints = endpoints_of(spec, started)
         old = (previous or {}).get(spec.name)
-        if old is not None and (old.spec, old.endpoints) == (spec, endpoints):
-            experts[spec.name] = old
-        else:
-            experts[spec.name] = _build(spec, endpoints, session, residency)
+        if old is None or (old.spec, old.endpoints) != (spec, endpoints):
+            old = _build(spec, endpoints, session, residency)
+        experts[spec.name] = old
     return experts
 
 

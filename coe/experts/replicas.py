@@ -2,13 +2,15 @@
 
 `Replica` is one server with its breaker. `ReplicatedExpert` selects among the ready ones: by conversation (rendezvous
 hashing, for the prefix cache) with bounded load, else by least work. `Breaker` is closed, open after failures, and
-half-open for the request that tries the server again; it follows the outcomes of real requests. `Incidents` logs each
-cause of failures of an expert once, from the first failure until it answers without it.
+half-open for the request that tries the server again; it follows the outcomes of real requests. The failures of one
+caller open a breaker of its own: no caller takes an expert away from others. `Incidents` logs each cause of failures of
+an expert once, from the first failure until it answers without it.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,6 +26,8 @@ from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import redact_url, remove_suffix
 
+Clock = Callable[[], float]
+"""Returns seconds, and never goes back."""
 State = Literal["closed", "rate_limited", "open", "half_open"]
 
 WINDOW_SIZE = 10
@@ -31,8 +35,12 @@ WINDOW_SIZE = 10
 MAX_FAILURES = 5
 """Failures in the window that open the breaker. Small, because each costs a caller an attempt, and above one, because
 healthy servers occasionally refuse or reset a connection."""
+MIN_FAILURES_OF_OTHERS = 2
+"""How many of these must be of other callers than the one with most, so that the failures are not of its making."""
+MAX_CALLERS = 256
+"""Callers of a server whose failures are remembered. Each takes less than 1 kB."""
 COOL_DOWN = 5.0
-"""Seconds until a trial, and from one trial to the next."""
+"""Longest time in seconds until a trial. It is drawn evenly from 0 to this, so that gateways try at different times."""
 MAX_THROTTLE = 60.0
 """Longest time in seconds that one 429 keeps requests away. After that a request checks the server again."""
 QUIET_PERIOD = 10.0
@@ -50,73 +58,86 @@ class Breaker:
     Every request calls `begin()` and reports its outcome with the generation number that `begin` returned. Outcomes of
     requests that began before the breaker last opened are stale and change nothing.
 
-    Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
+    Not thread-safe: it belongs to one event loop.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        self.is_open = False
+        self.generation = 0
         self._clock = clock
-        self._open = False
-        self._generation = 0
-        self._blocked_until = self._failed_at = _NEVER
-        self._window: deque[bool] = deque(maxlen=WINDOW_SIZE)  # True: a failure
+        self.blocked_until = self._failed_at = _NEVER
+        self._window: deque[str | None] = deque(maxlen=WINDOW_SIZE)  # the caller of a failure; None: a success
 
     @property
     def state(self) -> State:
         """`half_open` while a trial may begin; `rate_limited` while throttled by a 429."""
         if self.ready(self._clock()):
-            return "half_open" if self._open else "closed"
-        return "open" if self._open else "rate_limited"
+            return "half_open" if self.is_open else "closed"
+        return "open" if self.is_open else "rate_limited"
 
     def ready(self, now: float) -> bool:
         """True if a request may begin now."""
-        return now >= self._blocked_until
-
-    def wait(self, now: float) -> float:
-        """Seconds until a request may begin, unless a trial decides it earlier."""
-        return max(self._blocked_until - now, 0.0)
+        return now >= self.blocked_until
 
     def failed_recently(self, now: float) -> bool:
-        """True if it failed within the last second and has not succeeded since. Other servers are preferred then."""
+        """True if the server failed within the last second and has not succeeded since. Others are preferred then."""
         return now - self._failed_at < 1.0
 
     def begin(self) -> int:
-        """Starts a request, after `ready` allowed it. Returns the generation for its outcome. A trial blocks others for
-        one cool-down, not until it ends: a response that is not streamed may take a healthy server minutes."""
-        if self._open:
-            self._blocked_until = self._clock() + COOL_DOWN
-        return self._generation
+        """Starts a request. Returns the generation for its outcome. A trial blocks others for one cool-down, not until
+        it ends: a response that is not streamed may take a healthy server minutes."""
+        if self.is_open and self.ready(now := self._clock()):
+            self.blocked_until = now + COOL_DOWN
+        return self.generation
 
     def answered(self, generation: int) -> None:
         """The first chunk arrived. For a trial this closes the breaker."""
-        if self._open and generation == self._generation:
-            self._open, self._blocked_until = False, _NEVER
+        if self.is_open and generation == self.generation:
+            self.is_open, self.blocked_until = False, _NEVER
             self._window.clear()
 
     def succeeded(self, generation: int) -> None:
         """The response was complete, or the server rightly rejected the request."""
-        if generation == self._generation:
+        if generation == self.generation:
             self.answered(generation)
-            self._window.append(False)
+            self._window.append(None)
             self._failed_at = _NEVER
 
-    def failed(self, generation: int) -> None:
-        """The server refused, broke off, timed out or sent an invalid response."""
-        if generation != self._generation:
+    def failed(self, generation: int, caller: str = "") -> None:
+        """The server refused, broke off, timed out or sent an invalid response, to a request of `caller`; empty if that
+        does not depend on the caller."""
+        if generation != self.generation:
             return
-        self._failed_at = self._clock()
-        self._window.append(True)
-        if self._open or sum(self._window) >= MAX_FAILURES:
-            self._open, self._blocked_until = True, max(self._blocked_until, self._failed_at + COOL_DOWN)
-            self._generation += 1
+        if not caller:
+            self._failed_at = self._clock()
+        self._window.append(caller)
+        callers = [one for one in self._window if one is not None]
+        of_one = max((callers.count(one) for one in {*callers} - {""}), default=0)
+        if self.is_open or (len(callers) >= MAX_FAILURES and len(callers) - of_one >= MIN_FAILURES_OF_OTHERS):
+            self.open()
+
+    def open(self) -> None:
+        """Lets no request begin until the next trial. Failures of an open breaker do not delay that trial."""
+        now = self._clock()
+        trial = now + random.uniform(0.0, COOL_DOWN)  # noqa: S311
+        if not self.is_open:
+            self.is_open, self.blocked_until = True, max(self.blocked_until, trial)
+            self.generation += 1
+        else:
+            self.blocked_until = trial if self.ready(now) else min(self.blocked_until, trial)
 
     def cancelled(self, generation: int) -> None:
         """The caller cancelled the request, which is not an outcome of the server."""
-        if self._open and generation == self._generation:
-            self._blocked_until = self._clock()
+        if self.is_open and generation == self.generation:
+            self.blocked_until = self._clock()
 
     def throttle(self, seconds: float) -> None:
         """The server answered 429 with a Retry-After of `seconds`."""
-        self._blocked_until = max(self._blocked_until, self._clock() + min(seconds, MAX_THROTTLE))
+        self.blocked_until = max(self.blocked_until, self._clock() + min(seconds, MAX_THROTTLE))
+
+
+Began = dict[Breaker, int]
+"""The breakers that a request passed, and the generation of each."""
 
 
 @dataclass(slots=True)
@@ -135,7 +156,7 @@ class Incidents:
     The lines hold CoE's own words only: a server's text may quote a request or a key.
     """
 
-    def __init__(self, expert: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, expert: str, *, clock: Clock = time.monotonic) -> None:
         self._expert = expert
         self._clock = clock
         self._active: dict[Cause, Incident] = {}
@@ -190,75 +211,111 @@ class Replica:
 
     `in_flight` counts its requests from this process until their last byte. `queue_length` is the length of the
     server's own queue, None if it shows none. `address` names the server without credentials. `root` is the URL of its
-    pages, empty for a provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs,
-    regardless of the breaker.
+    pages, empty for a provider's own address. `cause` is that of its last failure. `answers` is False from a failed
+    health check until it answers again. `expert` answers in all its APIs, regardless of the breakers.
+
+    `breaker` is that of all callers, `by_caller` has those of callers whose requests failed. A caller without a name is
+    the only one.
     """
 
-    def __init__(
-        self,
-        expert: Expert,
-        *,
-        endpoint: Endpoint | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Clock = time.monotonic) -> None:
         self.expert = expert
         base = endpoint.base_url if endpoint else ""
         self.address = redact_url(remove_suffix(base, "/v1")).partition("://")[2] or "provider"
         self.root = remove_suffix(base, "/v1")
         self.seed = blake2b((base or self.address).encode(), digest_size=16).digest()
         self.breaker = Breaker(clock=clock)
+        self.by_caller: dict[str, Breaker] = {}
         self.in_flight = 0
         self.queue_length: int | None = None
         self.cause: Cause | Literal[""] = ""
+        self.answers = True
         self.incidents = Incidents(expert.name, clock=clock)
+        self._clock = clock
 
-    @property
-    def state(self) -> State:
-        return self.breaker.state
+    def breakers(self, caller: str = "") -> tuple[Breaker, ...]:
+        """The breakers that a request of `caller` passes."""
+        own = self.by_caller.get(caller)
+        return (self.breaker,) if own is None else (self.breaker, own)
+
+    def ready(self, now: float, caller: str = "") -> bool:
+        """True if a request may begin now."""
+        own = self.by_caller.get(caller)
+        return now >= self.breaker.blocked_until and (own is None or now >= own.blocked_until)
+
+    def rests_for(self, caller: str) -> bool:
+        """True if failures alone keep requests of `caller` away, and the server answers health checks."""
+        return self.answers and all(one.is_open or one.state == "closed" for one in self.breakers(caller))
 
     @property
     def outstanding(self) -> int:
         """Requests that a new one would share the server with or wait behind."""
         return self.in_flight + (self.queue_length or 0)
 
+    def checked(self, answers: bool) -> None:
+        """Records a health check. A server that does not answer rests for all callers."""
+        if self.answers and not answers:
+            self.breaker.open()
+        self.answers = answers
+
     async def stream(self, call: Call) -> Reply:
-        """Sends a call to this server; the breaker records the outcome. Raises what its expert raises."""
-        breaker = self.breaker
-        generation = breaker.begin()
+        """Sends a call to this server; the breakers record the outcome. Raises what its expert raises."""
+        began = {breaker: breaker.begin() for breaker in self.breakers(call.caller)}
         self.in_flight += 1
         try:
             reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
-            self._record_failure(error, generation)
+            self._record_failure(error, began, call.caller)
             raise
-        breaker.answered(generation)
-        return TrackedReply(reply, partial(self._reply_ended, generation))
+        self.answers = True
+        _report(Breaker.answered, began)
+        return TrackedReply(reply, partial(self._reply_ended, began, call.caller))
 
-    def _reply_ended(self, generation: int, error: BaseException | None, complete: bool) -> None:
+    def _reply_ended(self, began: Began, caller: str, error: BaseException | None, complete: bool) -> None:
         """Records the end of a reply: broken off by `error`, `complete`, or abandoned by its reader."""
         self.in_flight -= 1
         if error is not None:
-            self._record_failure(error, generation)
+            self._record_failure(error, began, caller)
         elif complete:
-            self.breaker.succeeded(generation)
+            _report(Breaker.succeeded, began)
             self.incidents.answered()
         else:
-            self.breaker.cancelled(generation)
+            _report(Breaker.cancelled, began)
 
-    def _record_failure(self, error: BaseException, generation: int) -> None:
+    def _record_failure(self, error: BaseException, began: Began, caller: str) -> None:
         if not isinstance(error, ExpertError) or not error.request_sent or error.cause == "gateway_limit":
-            self.breaker.cancelled(generation)
+            _report(Breaker.cancelled, began)
             return
         self.incidents.failed(error, address=self.address)
-        if error.unhealthy:
-            self.cause = error.cause
-            self.breaker.failed(generation)
-        else:
-            self.breaker.succeeded(generation)
-        if isinstance(error, ExpertBusy) and error.retry_after is not None:
-            self.cause = error.cause
-            self.breaker.throttle(error.retry_after)
+        pause = error.retry_after if isinstance(error, ExpertBusy) else None
+        if not error.unhealthy:
+            _report(Breaker.succeeded, began)
+            if pause is None:
+                return
+        self.cause = error.cause
+        own = None
+        if caller and not isinstance(error, ExpertUnreachable):  # which depends on no caller
+            own = self._breaker_of(caller)
+            began.setdefault(own, own.generation)
+        for breaker, generation in began.items():
+            if pause is None:
+                breaker.failed(generation, caller if own and breaker is self.breaker else "")
+            elif own in (None, breaker) or any(
+                one.state == "rate_limited" for one in self.by_caller.values() if one is not own
+            ):
+                breaker.throttle(pause)
+
+    def _breaker_of(self, caller: str) -> Breaker:
+        """The caller's own breaker. A new one takes the place of the oldest beyond MAX_CALLERS."""
+        if caller not in self.by_caller and len(self.by_caller) == MAX_CALLERS:
+            del self.by_caller[next(iter(self.by_caller))]
+        return self.by_caller.setdefault(caller, Breaker(clock=self._clock))
+
+
+def _report(outcome: Callable[[Breaker, int], None], began: Began) -> None:
+    for breaker, generation in began.items():
+        outcome(breaker, generation)
 
 
 class TrackedReply:
@@ -317,7 +374,7 @@ class ReplicatedExpert:
 
     If a replica cannot be reached, the same call tries another one; servers in `call.exclude` are not tried. If no
     replica is ready, the call fails at once with ExpertBusy (all are throttled) or ExpertUnavailable, and the time of
-    the next trial.
+    the next trial. A call that is `forced` takes a replica whose breaker is open if its server answers health checks.
     """
 
     def __init__(
@@ -326,7 +383,7 @@ class ReplicatedExpert:
         endpoints: tuple[Endpoint, ...] = (),
         *,
         replicas: Sequence[Replica],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.name = spec.name
         self.spec = spec
@@ -364,8 +421,8 @@ class ReplicatedExpert:
             failure = ExpertUnreachable(f"expert {self.name!r} is at a server that cannot be reached", expert=self.name)
             failure.request_sent = False
             raise failure
-        while call.first_token_timeout > 0 and (ready := self._ready(tried)):
-            replica = self._best(ready, call.conversation)
+        while call.first_token_timeout > 0 and (ready := self._ready(call.caller, tried, forced=call.forced)):
+            replica = self._best(ready, call)
             began = self._clock()
             try:
                 return await replica.stream(call)
@@ -374,37 +431,40 @@ class ReplicatedExpert:
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
         if failure is not None:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
-        raise failure or self._none_ready()
+        raise failure or self._none_ready(call)
 
-    def _ready(self, exclude: Collection[Replica] = ()) -> list[Replica]:
-        """The replicas that a request may use now."""
+    def _ready(self, caller: str = "", exclude: Collection[Replica] = (), *, forced: bool = False) -> list[Replica]:
+        """The replicas that a request of `caller` may use now; if it is forced, else those that rest."""
         now = self._clock()
-        return [replica for replica in self.replicas if replica not in exclude and replica.breaker.ready(now)]
+        ready = [one for one in self.replicas if one.ready(now, caller) and one not in exclude]
+        return ready or [one for one in self.replicas if forced and one.rests_for(caller) and one not in exclude]
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
             return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
         return float(bool(ready) and 0 not in [replica.queue_length or 0 for replica in ready])
 
-    def _best(self, ready: Sequence[Replica], conversation: bytes) -> Replica:
+    def _best(self, ready: Sequence[Replica], call: Call) -> Replica:
         if len(ready) == 1:
             return ready[0]
         now = self._clock()
-        ready = [replica for replica in ready if not replica.breaker.failed_recently(now)] or ready
-        if conversation:
-            return preferred_replica(ready, conversation)
+        ready = [one for one in ready if not any(b.failed_recently(now) for b in one.breakers(call.caller))] or ready
+        if call.conversation:
+            return preferred_replica(ready, call.conversation)
         self._rotation = (self._rotation + 1) % len(ready)  # round-robin among equally idle replicas
         return min([*ready[self._rotation :], *ready[: self._rotation]], key=_outstanding)
 
-    def _none_ready(self) -> ExpertError:
-        now = self._clock()
-        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
-        throttled = all(replica.state == "rate_limited" for replica in self.replicas)
+    def _none_ready(self, call: Call) -> ExpertError:
+        now, caller = self._clock(), call.caller
+        free_at = min(max(one.blocked_until for one in replica.breakers(caller)) for replica in self.replicas)
+        wait = max(free_at - now, 0.0) or COOL_DOWN  # 0: a trial is running
+        throttled = not any(one.is_open for replica in self.replicas for one in replica.breakers(caller))
         reason = "is rate limited" if throttled else "has no server that accepts the request"
         message = f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s"
         error = ExpertBusy(message, expert=self.name) if throttled else ExpertUnavailable(message, expert=self.name)
         error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
+        error.may_be_forced = any(replica.rests_for(caller) for replica in self.replicas)
         return error
 
 

@@ -6,15 +6,17 @@ on embeddings, tuned on folds; the bounds are the best single model, the best ma
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+import routers
 from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
 from coe.measuring.quality import Quality, clustered_mean, paired_difference
@@ -28,6 +30,8 @@ from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_repor
 from coe.recipes.fitting.fit import Answers
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
 from coe.routing.request_text import prompt_text
+from routers.cascade import NETWORK, TOKENIZER
+from routers.encoders import OnnxEncoder
 from routers.examples import normalize_prompt
 
 Floats = NDArray[np.floating]
@@ -61,6 +65,35 @@ def baselines(vectors: Floats, scores: Floats, targets: Floats, *, seed: int) ->
         search = GridSearchCV(model, grid, scoring=earned, cv=folds)
         found[name] = search.fit(vectors.astype(np.float64), scores).predict(targets.astype(np.float64))
     return found
+
+
+class SharedEncoder(OnnxEncoder):
+    """The exported encoder of a folder, for several routers. It embeds every text once; not for unbounded input."""
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        super().__init__(folder / NETWORK, folder / TOKENIZER, threads=threads)
+        self.memory: dict[bytes, NDArray[np.float32]] = {}
+        self._folder = folder
+
+    def write(self, out: Path) -> Self:
+        """Copy its files into a folder, for `routers.build`."""
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (NETWORK, TOKENIZER):
+            shutil.copy(self._folder / name, out)
+        return self
+
+    def train(self, pairs: Sequence[tuple[str, str]], out: Path) -> Router:
+        """Train a router with this encoder on (prompt, category) pairs."""
+        routers.build([routers.Example(*pair) for pair in pairs], encoder=self.write, out=out)
+        router = routers.load(out)
+        router.encoder = self
+        return router
+
+    def _embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        key = np.array(ids, dtype=np.int32).tobytes()
+        if (found := self.memory.get(key)) is None:
+            found = self.memory[key] = super()._embed(ids)
+        return found
 
 
 SEEDS = (0, 1, 2, 3, 4)

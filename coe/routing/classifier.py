@@ -246,8 +246,7 @@ def read_topic(chat: Chat, predict_fast: Callable[[str], Prediction], *, general
     routed = read_request(chat)
     if routed.newest and chat.model == AUTO:
         alone = predict_fast(routed.newest)
-        opens = opens_topic(routed.newest, float(alone.probabilities[general]))
-        if opens:
+        if opens_topic(routed.newest, float(alone.probabilities[general])):
             return replace(routed, text=routed.newest), alone
         routed = replace(routed, continues=routed.has_task)
     return routed, predict_fast(routed.text)

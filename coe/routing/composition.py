@@ -68,7 +68,8 @@ class Attempts:
     the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
     `sole_expert` is the name of the expert that is being called if no other expert can take over, else empty.
     `dropped` has what experts left out (`Call.dropped`). `memory` is that for the answers (`Call.memory`). `sent`
-    has the calls that reached a server and that it may bill, those of a recipe's members too (`Call.sent`).
+    has the calls that reached a server and that it may bill, those of a recipe's members too (`Call.sent`). `caller`
+    is the API key (`Call.caller`).
     """
 
     count: int = 0
@@ -78,6 +79,7 @@ class Attempts:
     recipe_log: RecipeLog | None = None
     sole_expert: str = ""
     sent: list[SentCall] = field(default_factory=list)
+    caller: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -276,6 +278,7 @@ class Composition:
             api=chat.api,
             headers=options.forwarded_headers,
             conversation=request.conversation.prefix,
+            caller=attempts.caller,
             stand_in=stand_in,
             wake_deadline=wake_deadline,
             posterior=request.prediction.probabilities if request.prediction else None,
@@ -326,6 +329,7 @@ async def call_experts(
 
     - An expert whose server just refused a connection is skipped and costs no attempt.
     - A failed expert with another ready replica is retried there before the next candidate is called.
+    - If breakers keep the request from all, the first whose server answers health checks is called all the same.
     - When all have failed, the expert with the earliest Retry-After is retried then, if that is before `deadline`
       (event loop clock). A sole candidate that is unavailable is retried after a short pause.
 
@@ -344,10 +348,11 @@ async def call_experts(
         if remaining and queue:
             expert, is_retry = queue.popleft()
         else:
-            found = _next_retry(failures, pause if len(experts) == 1 else None)
+            found = _next_retry(failures, pause if len(experts) == 1 else None, forces=not call.forced)
             if found is None or not remaining or found[0] >= deadline - loop.time():
                 raise _final_error(errors, failures, untranslatable)
             (seconds, expert), is_retry = found, True
+            call = replace(call, forced=call.forced or not attempts.count)
             failures = [failure for failure in failures if failure[0] is not expert]
             excluded, pause = frozenset(), 2 * pause  # a server that was unreachable may be back
         others = [other for other, error in failures if error.request_sent and error.retry_after is not None]
@@ -384,15 +389,17 @@ async def call_experts(
 
 
 def _next_retry(
-    failures: Sequence[tuple[Expert, ExpertError]], sole_pause: float | None
+    failures: Sequence[tuple[Expert, ExpertError]], sole_pause: float | None, *, forces: bool
 ) -> tuple[float, Expert] | None:
     """Return the expert to call again first and the pause before it; None if none can be. `sole_pause` is that of a
-    sole candidate that sent no Retry-After.
+    sole candidate that sent no Retry-After. With `forces`, a breaker keeps no request from all experts.
 
     Only experts that received the request are waited for. Otherwise all requests for a server that is down would
     accumulate here.
     """
     pauses: list[tuple[float, Expert]] = []
+    if forces and not any(error.request_sent for _, error in failures):
+        return next(((0.0, expert) for expert, error in failures if error.may_be_forced), None)
     for expert, error in failures:
         if error.request_sent and error.retry_after is not None and error.retry_after <= MAX_RETRY_PAUSE_SECONDS:
             seconds = error.retry_after * random.uniform(1, 1.1) + TIMER_SLACK_SECONDS  # noqa: S311
@@ -403,9 +410,7 @@ def _next_retry(
 
 
 def _final_error(
-    errors: Sequence[ExpertError],
-    failures: Sequence[tuple[Expert, ExpertError]],
-    untranslatable: InvalidRequest | None,
+    errors: Sequence[ExpertError], failures: Sequence[tuple[Expert, ExpertError]], untranslatable: InvalidRequest | None
 ) -> ExpertError | InvalidRequest:
     """Return the most informative error; among equal ones the first, of the best candidate."""
     if not errors and untranslatable is not None:
@@ -416,6 +421,5 @@ def _final_error(
         return not error.request_sent, next(kinds, len(_REPORT_PRIORITY))
 
     error = min(errors, key=rank)
-    pauses = [error.retry_after for _, error in failures if error.retry_after is not None]
-    error.retry_after = min(pauses, default=None)
+    error.retry_after = min((one.retry_after for _, one in failures if one.retry_after is not None), default=None)
     return error

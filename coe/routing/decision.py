@@ -410,11 +410,9 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
         return f"{spec.name} does not support the {chat.api} API"
     if missing := chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
-    if not _fits(chat, spec):
-        return (
-            f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
-        )
-    return ""
+    if _fits(chat, spec):
+        return ""
+    return f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
 
 
 Capable = Callable[[Chat, ExpertRule | None], Collection[str]]

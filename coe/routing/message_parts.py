@@ -87,13 +87,12 @@ def tool_names(chat: Chat) -> Iterator[str | None]:
     for declared in filter(None, map(chat.fields.get, ("tools", "functions"))):
         tools = declared if isinstance(declared, list) else [declared]
         for tool in tools[:MAX_TOOLS]:
-            values = (tool, *tool.values()) if isinstance(tool, dict) else ()
-            parts = [part for part in values if isinstance(part, dict)]
-            names = [part["name"] for part in parts if part.get("name")] or [parts and tool.get("type")]
-            if parts and ("tools" in tool or str(tool.get("type")).startswith("mcp")):
+            fields = tool if isinstance(tool, dict) else {}
+            parts = [part for part in (fields, *fields.values()) if isinstance(part, dict)]
+            names = [part["name"] for part in parts if part.get("name")] or [fields.get("type")]
+            if "tools" in fields or str(fields.get("type")).startswith("mcp"):
                 names.append(None)
-            for name in names:
-                yield name if isinstance(name, str) else None
+            yield from (name if isinstance(name, str) else None for name in names)
         if len(tools) > MAX_TOOLS:
             yield None
 

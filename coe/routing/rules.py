@@ -35,13 +35,13 @@ RULE = "rule"
 class RequestFacts:
     """Facts that conditions are about. `model` is as the client sent it, and `client` the user agent.
 
-    `key` and `tenant` are empty without API keys. `estimate` returns the input tokens of a chat. With `routed` False,
-    the client chose the expert.
+    `key` and `tenant` are empty without API keys. `estimate` returns the input tokens of a chat, and the most that
+    they can be. With `routed` False, the client chose the expert.
     """
 
     chat: Chat
     model: str
-    estimate: Callable[[Chat], float]
+    estimate: Callable[[Chat], tuple[float, float]]
     client: str = ""
     key: str = ""
     tenant: str = ""
@@ -54,22 +54,12 @@ class RequestFacts:
     @cached_property
     def system(self) -> tuple[str, bool]:
         """The read part of the system prompt in lower case, and whether it is all of it."""
-        texts = [one.text for one in self.chat.messages if one.role in ("system", "developer")]
-        text = "\n".join(texts)
+        text = "\n".join([one.text for one in self.chat.messages if one.role in ("system", "developer")])
         return text[:MAX_SYSTEM_CHARACTERS].lower(), len(text) <= MAX_SYSTEM_CHARACTERS
 
     @cached_property
-    def tokens(self) -> float:
+    def tokens(self) -> tuple[float, float]:
         return self.estimate(self.chat)
-
-    @property
-    def refers_to_stored(self) -> bool:
-        """True if a part of the conversation is stored elsewhere, so that its tokens are unknown."""
-        fields, items = self.chat.fields, self.chat.fields.get("input")
-        return any(map(fields.get, ("previous_response_id", "conversation", "thread"))) or (
-            isinstance(items, list)
-            and any(isinstance(item, dict) and item.get("type") == "item_reference" for item in items)
-        )
 
 
 class Rules:
@@ -149,17 +139,16 @@ def _tests_of(when: Conditions, *, unread: bool) -> list[Callable[[RequestFacts]
         tests.append(lambda facts: any(part in facts.system[0] for part in parts) or (unread and not facts.system[1]))
     if when.tokens is not None:
         low, high = when.tokens.limits
-        tests.append(lambda facts: facts.tokens <= high)
-        tests.append(lambda facts: facts.tokens >= low or (unread and facts.refers_to_stored))
+        tests.append(lambda facts: facts.tokens[0] <= high and low <= facts.tokens[unread])
     return tests
 
 
 def _pattern_test(
     patterns: Sequence[str], values: Callable[[RequestFacts], Sequence[str | None]], unread: bool
 ) -> Callable[[RequestFacts], bool]:
-    return lambda facts: any(
-        unread
-        if value is None or len(value) > MAX_NAME_CHARACTERS
-        else any(matches(pattern, value) for pattern in patterns)
-        for value in values(facts)
-    )
+    def test(facts: RequestFacts) -> bool:
+        read = [value for value in values(facts) if value is not None and len(value) <= MAX_NAME_CHARACTERS]
+        is_unread = unread and len(read) < len(values(facts))
+        return is_unread or any(matches(pattern, value) for value in read for pattern in patterns)
+
+    return test

@@ -74,6 +74,15 @@ def input_tokens(chat: Chat) -> float:
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
 
+def input_range(chat: Chat) -> tuple[float, float]:
+    """The tokens of the whole input and the most that they can be: any number if a part is stored by a server. Raises
+    InvalidRequest as `input_tokens` does."""
+    items, tokens = chat.fields.get("input"), input_tokens(chat)
+    kinds = [item.get("type") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    stored = "item_reference" in kinds or any(map(chat.fields.get, ("previous_response_id", "conversation", "thread")))
+    return tokens, math.inf if stored else tokens
+
+
 def output_tokens(chat: Chat) -> float:
     """The maximum that the request allows, for its `n` answers together."""
     if chat.api not in TEXT_APIS:

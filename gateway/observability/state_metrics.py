@@ -61,7 +61,7 @@ def add_state_metrics(metrics: Metrics, services: Services) -> None:
     gauge(
         "coe_breaker_state",
         "0 closed, 1 rate limited (after a 429), 2 half open, 3 open.",
-        lambda: {(name, replica.address): BREAKER_STATES[replica.state] for name, replica in replicas()},
+        lambda: {(name, replica.address): BREAKER_STATES[replica.breaker.state] for name, replica in replicas()},
         ("expert", "replica"),
         largest=True,
     )

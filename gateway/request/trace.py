@@ -42,7 +42,7 @@ from coe.routing.request_text import read_request
 from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
 from gateway.access.access import Caller
-from gateway.access.allowance import Allowance, input_tokens
+from gateway.access.allowance import Allowance, input_range
 from gateway.request.body import Head
 from gateway.request.cached_answer import CachedAnswer, CacheUse
 from gateway.snapshot import Snapshot
@@ -375,7 +375,7 @@ def with_rules(
     client = head.get(b"user-agent", b"").decode("latin-1")
     routed = chat.model == AUTO and options.recipe in ("", NO_RECIPE)
     key, tenant = caller.key or "", caller.tenant or ""
-    names = rules.matching(RequestFacts(chat, model, input_tokens, client, key, tenant, routed))
+    names = rules.matching(RequestFacts(chat, model, input_range, client, key, tenant, routed))
     rule = only_local(options.rule) if rules.only_local(names) else options.rule
     return replace(options, rules=names, rule=rule) if names else options
 

@@ -18,7 +18,7 @@ import numpy as np
 from coe.errors import DataError, pip_install
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, HELD_OUT, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder, Support
+from routers.encoders import ROUTING_TOKENS, AnyEncoder, OnnxEncoder, Support
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
 from routers.heads import LexicalFeatures, distil, lexical_matrix
 from routers.multilingual import IS_AVAILABLE, is_installed
@@ -67,7 +67,7 @@ def single_blas_thread() -> Iterator[None]:
 
 
 def train(
-    examples: Sequence[Example], support: Support, *, encoder: str, out: Path, progress: Progress, threads: int
+    examples: Sequence[Example], support: Support, *, encoder: AnyEncoder, out: Path, progress: Progress, threads: int
 ) -> dict[str, Any]:
     """Train a router. Parameters and errors as in `routers.build`."""
     timer = StageTimer(progress)

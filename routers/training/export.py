@@ -22,7 +22,7 @@ from onnxscript.rewriter import pattern, rewrite
 from coe import pinned_weights
 from coe.errors import DataError
 from routers.cascade import NETWORK, TOKENIZER
-from routers.encoders import OnnxEncoder
+from routers.encoders import AnyEncoder, OnnxEncoder
 
 OPSET = 23
 """The first ONNX opset with an Attention operator."""
@@ -155,9 +155,11 @@ def inner_layers(layers: int) -> list[int]:
     return sorted({round(depth * layers) for depth in INNER_LAYER_DEPTHS} & set(range(1, layers)), reverse=True)
 
 
-def export_quantised(encoder: str, *, out: Path, threads: int) -> OnnxEncoder:
+def export_quantised(encoder: AnyEncoder, *, out: Path, threads: int) -> OnnxEncoder:
     """Export `encoder` to NETWORK and TOKENIZER in the folder `out`, in int8, and open it. Raises as `locate_encoder`
     and `export_encoder`."""
+    if not isinstance(encoder, str):
+        return encoder(out)
     source = locate_encoder(encoder)
     out.mkdir(parents=True, exist_ok=True)
     exported, network, tokenizer = out / "encoder.fp32.onnx", out / NETWORK, out / TOKENIZER

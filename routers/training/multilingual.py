@@ -40,7 +40,6 @@ OPSET = 23
 """The first ONNX opset with an Attention operator."""
 IR_VERSION = 10
 HEADS = 12
-EPSILON = 1e-12
 MICROSOFT = "com.microsoft"
 
 
@@ -82,7 +81,7 @@ class Graph:
         from onnx import TensorProto
 
         scale, bias = (self.attached(f"{name}.{which}", (DIMENSIONS,), TensorProto.FLOAT) for which in "wb")
-        return self.add("LayerNormalization", text, scale, bias, axis=-1, epsilon=EPSILON)[0]
+        return self.add("LayerNormalization", text, scale, bias, axis=-1, epsilon=1e-12)[0]
 
 
 def build_network() -> bytes:

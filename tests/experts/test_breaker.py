@@ -28,30 +28,45 @@ def test_so_do_the_same_failures_among_successes_and_older_ones_are_forgotten() 
     assert breaker.state == "open"
 
 
-def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_the_failures() -> None:
+def test_a_failed_trial_begins_a_new_cool_down_and_an_answered_one_forgets_the_failures() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_FAILURES)
-    for _ in range(3):
-        clock.now += COOL_DOWN
-        fail(breaker)
-        assert breaker.wait(clock.now) == COOL_DOWN
+    waits = []
+    for _ in range(100):
+        waits.append(breaker.blocked_until - clock.now)
+        clock.now += waits[-1]
+        trial = breaker.begin()
+        assert not breaker.ready(clock.now)  # one trial at a time
+        breaker.failed(trial)
+        breaker.failed(breaker.begin())  # one that was forced does not delay the next trial
+        assert (breaker.blocked_until - clock.now) <= COOL_DOWN
+    assert 0 < min(waits) < 0.2 * COOL_DOWN < 0.8 * COOL_DOWN < max(waits) <= COOL_DOWN  # by chance, not all at once
     clock.now += COOL_DOWN
     breaker.succeeded(breaker.begin())
     fail(breaker, MAX_FAILURES - 1)
     assert breaker.state == "closed"
 
 
+def test_failures_of_one_caller_open_it_for_nobody_else_and_those_of_two_do() -> None:
+    breaker, _ = breaker_of()
+    for caller in ["a"] * 3 * WINDOW_SIZE + ["b"]:
+        breaker.failed(breaker.begin(), caller)
+    assert breaker.state == "closed"
+    breaker.failed(breaker.begin(), "c")
+    assert breaker.state == "open"
+
+
 def test_throttling_expires_and_is_bounded() -> None:
     breaker, clock = breaker_of()
     breaker.throttle(3)
     assert breaker.state == "rate_limited"
-    assert breaker.wait(clock.now) == 3
+    assert (breaker.blocked_until - clock.now) == 3
     breaker.throttle(1)
-    assert breaker.wait(clock.now) == 3
+    assert (breaker.blocked_until - clock.now) == 3
     breaker.succeeded(breaker.begin())  # one that was under way
     assert not breaker.ready(clock.now)
     clock.now += 3
     assert breaker.state == "closed"
     assert breaker.ready(clock.now)
     breaker.throttle(3600)
-    assert breaker.wait(clock.now) == MAX_THROTTLE
+    assert (breaker.blocked_until - clock.now) == MAX_THROTTLE

@@ -40,7 +40,7 @@ async def found(base_url: str, **spec: Any) -> Finding:
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
         (finding,) = await check_experts(experts.values(), session=session)
-        assert experts["coder"].replicas[0].state == "closed"
+        assert experts["coder"].replicas[0].breaker.state == "closed"
         assert not experts["coder"].incidents.active  # a check is no traffic
     assert KEY not in finding.sentence
     return finding

@@ -6,10 +6,10 @@ import pytest
 
 from coe.experts import Replica, ReplicatedExpert
 from coe.experts.http.client import Client
-from coe.experts.live_check import queue_length, read_queues
 from coe.experts.replicas import MAX_FAILURES
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from gateway.process.server_polls import queue_length, read_queues
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import ScriptedExpert
 from tests.waiting import ManualClock
@@ -57,7 +57,12 @@ async def test_a_visible_queue_is_read_each_round_until_the_breaker_opens(
         replica.breaker.failed(replica.breaker.begin())
     await read_queues([expert], set(), session=session)
     assert replica.queue_length is None
-    assert server.pages == {"/metrics": 2}
+    assert server.pages == {"/metrics": 2, "/health": 1}
+    assert replica.answers
+    resting, replica = expert_at("http://127.0.0.1:9/v1")
+    replica.breaker.open()
+    await read_queues([resting], set(), session=session)
+    assert not replica.answers
 
 
 @pytest.mark.parametrize("page", ["", "other_metric 1\n"])

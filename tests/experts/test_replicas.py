@@ -17,7 +17,15 @@ from coe.errors import (
     ExpertUnavailable,
     ExpertUnreachable,
 )
-from coe.experts.replicas import COOL_DOWN, LOAD_BOUND, MAX_FAILURES, Replica, ReplicatedExpert, preferred_replica
+from coe.experts.replicas import (
+    COOL_DOWN,
+    LOAD_BOUND,
+    MAX_CALLERS,
+    MAX_FAILURES,
+    Replica,
+    ReplicatedExpert,
+    preferred_replica,
+)
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
@@ -61,14 +69,20 @@ async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[An
         with pytest.raises(kind):
             await whole(expert)
     assert not expert.health.up
-    with pytest.raises(ExpertUnavailable, match=r"no server that accepts .* 5\.0 s") as no:
+    with pytest.raises(ExpertUnavailable, match=r"no server that accepts .* [0-5]\.\d s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.request_sent, len(server.calls)) == (COOL_DOWN, False, MAX_FAILURES)
+    assert (no.value.request_sent, no.value.may_be_forced, len(server.calls)) == (False, True, MAX_FAILURES)
+    assert 0 < (no.value.retry_after or 0) <= COOL_DOWN
+    with pytest.raises(kind):  # sent all the same
+        await whole(expert, replace(CALL, forced=True))
+    expert.replicas[0].checked(answers=False)
+    with pytest.raises(ExpertUnavailable, match="no server that accepts"):
+        await whole(expert, replace(CALL, forced=True))
     clock.now += COOL_DOWN
     server.script = WHOLE
     assert expert.health.up
     assert await whole(expert) == [b"one", b"two"]
-    assert expert.replicas[0].state == "closed"
+    assert expert.replicas[0].breaker.state == "closed"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +105,7 @@ async def test_a_throttled_replica_is_skipped_until_its_retry_after() -> None:
         except ExpertBusy:
             answers.append([])
     assert answers.count([]) == 1
-    assert expert.replicas[0].state == "rate_limited"
+    assert expert.replicas[0].breaker.state == "rate_limited"
     servers[1].script = error(ExpertBusy, retry_after=9.0)
     with pytest.raises(ExpertBusy):
         await whole(expert)
@@ -100,6 +114,58 @@ async def test_a_throttled_replica_is_skipped_until_its_retry_after() -> None:
     assert (no.value.retry_after, no.value.request_sent) == (7.0, False)
     clock.now += 7
     assert expert.health.ready_replicas == 1
+
+
+ALICE, MALLORY = replace(CALL, caller="alice"), replace(CALL, caller="mallory")
+
+
+@pytest.mark.parametrize("raised", [error(ExpertUnavailable), error(ExpertBusy, retry_after=60.0)])
+async def test_an_expert_that_fails_for_one_caller_rests_for_that_caller_alone(raised: Any) -> None:
+    expert, (server,), clock = made(raised)
+
+    async def fail(call: Call) -> int:
+        before = len(server.calls)
+        for _ in range(MAX_FAILURES + 1):
+            with pytest.raises(type(raised)):
+                await whole(expert, call)
+        return len(server.calls) - before
+
+    assert await fail(MALLORY) <= MAX_FAILURES
+    assert expert.health.up
+    server.script = WHOLE
+    assert await whole(expert, ALICE) == [b"one", b"two"]
+    with pytest.raises(type(raised)):
+        await whole(expert, MALLORY)
+    server.script = raised
+    assert await fail(ALICE) <= MAX_FAILURES
+    assert not expert.health.up  # it failed for two
+    with pytest.raises(type(raised)) as rests:
+        await whole(expert, replace(CALL, caller="bob"))
+    assert not rests.value.request_sent
+    server.script = WHOLE
+    clock.now += 60.0
+    for call in (ALICE, MALLORY):
+        assert await whole(expert, call) == [b"one", b"two"]
+
+
+async def test_a_server_that_cannot_be_reached_or_fails_its_check_rests_for_all_callers() -> None:
+    expert, _, _ = made(error(ExpertUnreachable))
+    for _ in range(MAX_FAILURES):
+        with pytest.raises(ExpertUnreachable):
+            await whole(expert, MALLORY)
+    checked, _, _ = made(WHOLE)
+    checked.replicas[0].checked(answers=False)
+    for one in (expert, checked):
+        with pytest.raises(ExpertUnavailable, match="no server that accepts"):
+            await whole(one, ALICE)
+
+
+async def test_the_callers_that_are_remembered_are_bounded() -> None:
+    expert, _, _ = made(error(ExpertTimeout))
+    for number in range(2 * MAX_CALLERS):
+        with pytest.raises(ExpertTimeout):
+            await whole(expert, replace(CALL, caller=f"k{number}", forced=True))
+    assert len(expert.replicas[0].by_caller) == MAX_CALLERS
 
 
 async def test_an_unreachable_replica_is_replaced_within_the_call() -> None:

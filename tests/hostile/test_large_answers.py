@@ -123,7 +123,7 @@ async def test_endless_answers_of_one_key_end_with_503_and_leave_memory_for_the_
         assert {record.cause for record in one.records if record.outcome == "answer_memory_full"} == {"gateway_limit"}
         assert max(held) <= 1.5 * MB
         assert one.services.answers.held == 0
-        assert expert_of(one).replicas[0].state == "closed"
+        assert expert_of(one).replicas[0].breaker.state == "closed"
         assert not expert_of(one).incidents.active
         assert (await send(one, "mallory", str(4 * SMALL_ANSWER))).status == 200
 

@@ -1,6 +1,7 @@
 """The metrics of requests on /metrics."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -85,7 +86,7 @@ def test_every_state_of_a_breaker_has_a_number() -> None:
 
 class _Replica:
     def __init__(self, address: str, state: str, in_flight: int) -> None:
-        self.address, self.state, self.in_flight = address, state, in_flight
+        self.address, self.breaker, self.in_flight = address, SimpleNamespace(state=state), in_flight
 
 
 async def test_replicas_show_their_breakers_and_their_work() -> None:

@@ -145,15 +145,14 @@ def save_bert(
 
 @pytest.fixture(scope="session")
 def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
-    """The folder of a router trained on `examples()` and some bad rows, its metrics, and the calls of `progress`."""
+    """The folder of a router trained on `training_rows()`, its metrics, and the calls of `progress`."""
     made = made_once(tmp_path_factory, "built", lambda base: _build(base, tiny_encoder))
     metrics, progress_calls = json.loads((made / "report.json").read_text())
     return made / "router", metrics, [tuple(call) for call in progress_calls]
 
 
-def _build(base: Path, encoder: Path) -> None:
-    """Train into `router`; what `routers.build` returned and reported goes to report.json."""
-    progress_calls: list[tuple[str, float]] = []
+def training_rows() -> list[routers.Example]:
+    """`examples()` and some bad rows."""
     good = examples()
     bad = [
         good[0],
@@ -163,9 +162,15 @@ def _build(base: Path, encoder: Path) -> None:
         routers.Example("stew " * 200_000, "cooking"),
         routers.Example("\x00\x07 orbit \ud800", "astronomy"),
     ]
+    return [*good, *bad]
+
+
+def _build(base: Path, encoder: Path) -> None:
+    """Train into `router`; what `routers.build` returned and reported goes to report.json."""
+    progress_calls: list[tuple[str, float]] = []
     (base / "router").mkdir()
     metrics = routers.build(
-        [*good, *bad],
+        training_rows(),
         encoder=str(encoder),
         out=base / "router",
         progress=lambda stage, share: progress_calls.append((stage, share)),

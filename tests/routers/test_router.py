@@ -16,10 +16,11 @@ import pytest
 import routers
 from coe.core import Router
 from coe.errors import ArtifactError, DataError
+from coe.measuring.benchmark import SharedEncoder
 from routers.calibration import auroc
 from routers.cascade import EXEMPLARS, FORMAT
 from routers.encoders import OnnxEncoder
-from tests.routers.conftest import WORDS, examples, sentences
+from tests.routers.conftest import WORDS, examples, sentences, training_rows
 
 Built = tuple[Path, dict[str, Any], list[Any]]
 ODD_TEXTS = [
@@ -206,6 +207,18 @@ def test_progress_reports_every_stage_from_start_to_end(built: Built) -> None:
         assert shares[0] == 0.0
         assert shares[-1] == 1.0
         assert all(0 <= share <= 1 for share in shares)
+
+
+def test_routers_that_share_an_encoder_equal_one_that_exports_it(built: Built, tmp_path: Path) -> None:
+    shared, texts = SharedEncoder(built[0]), [one.prompt for one in examples()]
+    expected = routers.load(built[0]).predict(texts, encode=True)
+    embedded = set[int]()
+    for name in ("first", "second"):
+        router = shared.train([(one.prompt, one.category) for one in training_rows()], tmp_path / name)
+        found = router.predict(texts, encode=True)
+        np.testing.assert_array_equal([one.probabilities for one in found], [one.probabilities for one in expected])
+        embedded.add(len(shared.memory))
+    assert len(embedded) == 1  # every text and token was embedded once
 
 
 def test_a_missing_encoder_is_reported_before_anything_is_written(tmp_path: Path) -> None:

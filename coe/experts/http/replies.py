@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol, Self
 
 import orjson
@@ -182,6 +183,7 @@ class Events(Protocol):
     def release(self) -> None: ...
 
 
+@dataclass(eq=False)
 class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
     rest. Adds the event that ends the stream if the server omits it.
@@ -190,30 +192,20 @@ class StreamedReply:
     several choices, only the event that ends the stream tells that all have ended.
     """
 
+    response: Events
+    _: KW_ONLY
+    api_format: ApiFormat
+    errors: ErrorMapping
+    rewriter: ModelNameRewriter
+    stream_idle_timeout: float
+    usage: Usage
+    held: HeldAnswer
+    hides_usage: bool
+    has_one_choice: bool = True
     media_type = sse.EVENT_STREAM
 
-    def __init__(
-        self,
-        response: Events,
-        *,
-        api_format: ApiFormat,
-        errors: ErrorMapping,
-        rewriter: ModelNameRewriter,
-        stream_idle_timeout: float,
-        usage: Usage,
-        held: HeldAnswer,
-        hides_usage: bool,
-        has_one_choice: bool = True,
-    ) -> None:
-        self.usage = usage
-        self._response = response
-        self._api_format = api_format
-        self._errors = errors
-        self._rewriter = rewriter
-        self._stream_idle_timeout = stream_idle_timeout
-        self._held = held
-        self._hides_usage = hides_usage
-        self._finish = api_format.finished if has_one_choice else sse.never
+    def __post_init__(self) -> None:
+        self._finish = self.api_format.finished if self.has_one_choice else sse.never
         self._buffer = sse.EventBuffer()
         self._first_events = b""
         self._finished = self._done = False
@@ -221,64 +213,64 @@ class StreamedReply:
     async def begin(self) -> None:
         first, event = b"", None
         while event is None and not self._done:  # comments keep a connection alive and are not an answer
-            chunk = await self._response.chunk()
+            chunk = await self.response.chunk()
             if not chunk:
                 break
             events = self._complete_events(chunk)
             try:
-                event = sse.first_event(events, preamble=self._api_format.preamble)
+                event = sse.first_event(events, preamble=self.api_format.preamble)
             except ValueError as error:
-                raise self._errors.invalid_response(f"a broken event stream ({error})") from None
+                raise self.errors.invalid_response(f"a broken event stream ({error})") from None
             first += events
             if event is None and len(first) > MAX_PREAMBLE_BYTES:
-                raise self._errors.invalid_response("comments without end")
-        if failure := self._api_format.failure(first):
-            raise self._errors.server_error("answered with an error", failure)
+                raise self.errors.invalid_response("comments without end")
+        if failure := self.api_format.failure(first):
+            raise self.errors.server_error("answered with an error", failure)
         self._first_events = self._process(first)
         # without content it is still an answer if it ended and its output was counted, not its input alone
         is_counted = bool(self.usage.input_tokens) and self.usage.output_tokens is not None
         if event is None and not (is_counted and (self._done or self._finished)):
-            raise self._errors.connection_lost("ended the stream before the first event")
+            raise self.errors.connection_lost("ended the stream before the first event")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         if self._first_events:
             yield self._first_events
             self._first_events = b""
         while not self._done:
-            if not (chunk := await _next_chunk(self._response, self._errors, self._stream_idle_timeout)):
+            if not (chunk := await _next_chunk(self.response, self.errors, self.stream_idle_timeout)):
                 break
             if events := self._complete_events(chunk):
-                failure = self._api_format.failure(events)
-                good = sse.before(self._api_format.failure, events) if failure else events
+                failure = self.api_format.failure(events)
+                good = sse.before(self.api_format.failure, events) if failure else events
                 if good := self._process(good):
                     yield good
                 if failure:
                     self._done = False  # a failed answer is never complete
-                    raise self._errors.server_error("failed in the middle of the answer", failure)
+                    raise self.errors.server_error("failed in the middle of the answer", failure)
         if not self._done:
             if not self._finished:
-                raise self._errors.connection_lost("ended the stream before the answer was complete")
-            yield self._api_format.end  # which the server omitted
+                raise self.errors.connection_lost("ended the stream before the answer was complete")
+            yield self.api_format.end  # which the server omitted
 
     async def aclose(self) -> None:
-        self._held.resize(0)
+        self.held.resize(0)
         try:
-            if self._done and not self._response.complete:
+            if self._done and not self.response.complete:
                 with contextlib.suppress(OSError):  # the end of the body follows a moment after the last event
-                    await self._response.chunk(DRAIN_TIMEOUT)
+                    await self.response.chunk(DRAIN_TIMEOUT)
         finally:
-            self._response.release()  # closes an incomplete one, which tells the server to stop
+            self.response.release()  # closes an incomplete one, which tells the server to stop
 
     def _complete_events(self, chunk: bytes) -> bytes:
         """The events that a chunk completes, up to the one that ends the stream; later ones are dropped."""
         try:
             events = self._buffer.feed(chunk)
         except ValueError as error:
-            raise self._errors.invalid_response(f"a broken event stream ({error})") from None
-        self._held.resize(len(self._buffer.rest) + len(events))
-        if self._api_format.done(events):
+            raise self.errors.invalid_response(f"a broken event stream ({error})") from None
+        self.held.resize(len(self._buffer.rest) + len(events))
+        if self.api_format.done(events):
             self._done = True
-            events = sse.up_to(self._api_format.done, events)
+            events = sse.up_to(self.api_format.done, events)
         return events
 
     def _process(self, events: bytes) -> bytes:
@@ -286,9 +278,9 @@ class StreamedReply:
         self.usage.events += events.count(b"\n\n")
         self._finished |= self._finish(events)
         counted = False
-        for counts in self._api_format.usages(events):
+        for counts in self.api_format.usages(events):
             record_usage(self.usage, counts)
             counted = True
-        if counted and self._hides_usage:
+        if counted and self.hides_usage:
             events = sse.remove_usage(events)
-        return self._rewriter.in_events(events)
+        return self.rewriter.in_events(events)

@@ -155,7 +155,7 @@ def _state(snapshot: Snapshot, name: str) -> dict[str, Any]:
         "replicas": [
             {
                 "address": replica.address,
-                "state": replica.state,
+                "state": replica.breaker.state,
                 "in_flight": replica.in_flight,
                 "waiting": replica.queue_length,
             }
