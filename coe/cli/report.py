@@ -25,8 +25,7 @@ Against = Annotated[
 ]
 Html = Annotated[Path | None, typer.Option("--html", callback=writable_file, help="Write the report as one page.")]
 Publish = Annotated[bool, typer.Option("--publish", help="Also act on the alarms: metrics, webhook, demotion.")]
-_COUNTS = ("requests", "input_tokens", "output_tokens")
-ENDS = ("failed", "fallbacks")
+ENDS, COUNTS = ("failed", "fallbacks"), ("requests", "input_tokens", "output_tokens")
 MAX_ROWS = 10
 """Rows of a dimension that are shown; JSON has all."""
 
@@ -90,14 +89,14 @@ def _residency_rows(device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _report_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    drift, traffic, spend, quality = found["drift"], found["traffic"], found["spend"], found["value"]["quality"]
+    drift, day, spend, quality = found["drift"], found["traffic"], found["spend"], found["value"]["quality"]
     yield f"{found['value']['verdict']}\n"
     if quality:
         columns = "", "routed", f"always {found['value']['against']}", "difference"
-        rated = [f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in quality.values()]
+        rated = (f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in quality.values())
         yield table(columns, [("mean rating, 95 %", *rated)]) + "\n"
-    rates = f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"
-    rows = [("last day", f"{traffic['last_day']} requests, {traffic['last_hour']} in the last hour; {rates}")]
+    rates = f"{day['error_rate']:.1%} failed, {day['aborted_rate']:.1%} aborted"
+    rows = [("last day", f"{day['last_day']} requests, {rates}")]
     rows += [(name, ", ".join(f"{one} {count:,}" for one, count in spend[name].items()) or "none") for name in ENDS]
     rows += [("drift", drift["reference"]), *(("", one["sentence"]) for one in drift["findings"])]
     rows.append(("alarms", "; ".join(one["sentence"] for one in found["alarms"]) or "none"))
@@ -112,7 +111,7 @@ def _spend_lines(found: Mapping[str, Any], *, days: float) -> Iterator[str]:
     for dimension in DIMENSIONS:
         by_name += [(dimension, row["name"] or "-", row) for row in found["rows"][dimension][:MAX_ROWS]]
     rows = [
-        (dimension, name, dollars(row["dollars"]), *(f"{row[field]:,}" for field in _COUNTS))
+        (dimension, name, dollars(row["dollars"]), *(f"{row[field]:,}" for field in COUNTS))
         for dimension, name, row in by_name
     ]
     yield f"\nspend of {days:g} days, the first {MAX_ROWS} of each kind"

@@ -23,7 +23,7 @@ from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, wit
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting, agreements, still_demoted, trust_of, with_demoted
 from coe.learning.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.measuring.quality import Quality, read_quality
-from coe.planning.job.basis import BudgetSolver, compare_with_single_experts
+from coe.planning.job.basis import BudgetSolver
 from coe.planning.plan import Plan
 from coe.planning.problem import relative_cost
 from coe.planning.residual import MAX_PROMPTS, Evidence, Residual, fit_residual
@@ -137,7 +137,6 @@ def _judge(job: Job, loaded: LoadedExperience, measured: _Measured, state: Round
         moved = {move.category for move in judged.moves if move.accepted}
         found = replace(
             found,
-            against=compare_with_single_experts(found),
             policies=policies,
             unused=rest,
             measured_at=measured_at,

@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import orjson
@@ -76,7 +76,7 @@ class Plan:
     - `measured_uses`: tokens and latencies behind the problem's uses.
     - `measured_at`: the time of each expert's oldest score (Unix seconds), where it is known.
     - `pins`, `declared`: the pins and the `declared_digests` of the declaration that the plan was made for.
-    - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
+    - `value_of_expert`: see `marginal_values`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
       prices of pure categories.
     - `unused`: the measured prompts as a residual that is not used, which retraining may fit again.
@@ -98,7 +98,6 @@ class Plan:
     pins: Mapping[str, str] = field(default_factory=dict)
     declared: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     value_of_expert: Mapping[str, float | None] = field(default_factory=dict)
-    against: tuple[dict[str, Any], ...] = ()
     traffic: Annotated[Array | None, Field(exclude=True)] = None
     unused: Annotated[InstanceOf[Residual] | None, Field(exclude=True)] = None
     policies: Annotated[InstanceOf[ArmPolicies], Field(exclude=True)] = NO_POLICIES

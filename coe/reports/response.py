@@ -26,7 +26,6 @@ from coe.artifacts.redis import TRAFFIC_REPORT_FILE, publish_traffic_report, rea
 from coe.errors import ConfigError
 from coe.learning.refit import demoted_cells, with_demoted
 from coe.learning.round import job_lock
-from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.plan import Demoted, Drop, Plan
 from coe.planning.solver import marginal_values, solve
 from coe.registry import Registry, load
@@ -112,7 +111,7 @@ def _solved_again(plan: Plan, demoted: Demoted) -> Plan:
         quality[cell] = estimate[cell] = drop.found
     problem = replace(problem, quality=quality)
     assignment = solve(problem, traffic=plan.traffic, residual=plan.assignment.residual)
-    changed = replace(
+    return replace(
         plan,
         assignment=assignment,
         problem=problem,
@@ -122,7 +121,6 @@ def _solved_again(plan: Plan, demoted: Demoted) -> Plan:
         demoted={name: (*plan.demoted.get(name, ()), *demoted.get(name, ())) for name in {**plan.demoted, **demoted}},
         value_of_expert=marginal_values(problem, assignment),
     )
-    return replace(changed, against=compare_with_single_experts(changed))
 
 
 class _NoRedirect(HTTPRedirectHandler):

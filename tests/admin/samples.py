@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import orjson
 from coe.artifacts.manifest import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.planning.assignment import Assignment
-from coe.planning.job.basis import compare_with_single_experts, declared_problem
+from coe.planning.job.basis import declared_problem
 from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import marginal_values, solve
@@ -72,7 +71,7 @@ def planned(settings: Settings, registry: Registry, *, seed: int = 0) -> tuple[s
     )
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
     with store.draft() as draft:
-        replace(plan, against=compare_with_single_experts(plan)).save(draft)
+        plan.save(draft)
         artifact = store.publish(draft, categories=CATEGORIES, data=registry.digest, metrics={})
     store.promote(artifact.manifest.version, by="plan", why="planned on probes")
     return artifact.manifest.version, assignment

@@ -75,7 +75,6 @@ def make_plan(
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
     plan = replace(basis.plan, assignment=assignment, value_of_expert=values, unused=unused)
-    plan = replace(plan, against=compare_with_single_experts(plan))
     if not options.dry_run:
         with store.draft() as draft:
             plan.save(draft)
@@ -93,7 +92,7 @@ def make_plan(
         "assumed_tokens": _assumed_tokens(registry, plan),
         "uses": uses_report(plan, logged),
         "value_of_expert": values,
-        "against": plan.against,
+        "against": compare_with_single_experts(plan),
         "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
