@@ -23,7 +23,7 @@ from coe.artifacts.manifest import ARTIFACT_KINDS, ASSIGNMENT, ROUTER, noting
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
-from coe.fleet.probe import gateway_state
+from coe.fleet.gateway_state import gateway_state
 from coe.fleet.residency.client import shared_devices
 from coe.learning.experience import Experience, load_experience
 from coe.learning.log_frame import frame_of, open_logs
