@@ -1,4 +1,4 @@
-"""Probes expert servers: readiness by a real small request, liveness by the health page; and the gateway.
+"""Probes expert servers: readiness by a real small request, liveness by the health page.
 
 Such a probe is not one of the evaluation prompts that `coe score` measures with (`coe.measuring.probes`).
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import aiohttp
@@ -19,11 +17,9 @@ import orjson
 from coe.core import Api
 from coe.errors import FleetError
 from coe.fleet.specs import ServerSpec
-from coe.settings import Settings
 
 _RETRY_STATUSES = frozenset({408, 425, 429})
 _MAX_ANSWER_BYTES = 2**20
-_GATEWAY_TIMEOUT_SECONDS = 2.0
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
@@ -132,16 +128,3 @@ async def _get_below(
             return response.status < max_status
     except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
         return False
-
-
-def gateway_state(settings: Settings) -> dict[str, str]:
-    """The address of this machine's gateway, and `ready`, `not ready` or `no answer`."""
-    connection = HTTPConnection(settings.reachable_host, settings.port, timeout=_GATEWAY_TIMEOUT_SECONDS)
-    try:
-        connection.request("GET", "/health/ready")
-        state = "ready" if connection.getresponse().status == HTTPStatus.OK else "not ready"
-    except (OSError, HTTPException):
-        state = "no answer"
-    finally:
-        connection.close()
-    return {"address": f"{settings.reachable_host}:{settings.port}", "state": state}

@@ -23,6 +23,7 @@ from coe.artifacts.manifest import ARTIFACT_KINDS, ASSIGNMENT, ROUTER, noting
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
+from coe.fleet.gateway_state import gateway_state
 from coe.fleet.residency.client import shared_devices
 from coe.learning.experience import Experience, load_experience
 from coe.learning.log_frame import frame_of, open_logs
@@ -60,7 +61,6 @@ def status_report(settings: Settings) -> dict[str, Any]:
     ConfigError.
     """
     from coe.artifacts.versions import consequences_of
-    from coe.fleet.probe import gateway_state
 
     sync_once(settings)
     damaged = dict[str, str]()

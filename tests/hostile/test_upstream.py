@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from coe.experts.http.client import Client, ProtocolError, Target
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.reading import Reading
 from tests.experts.test_client import request_of, serving, whole
-from tests.experts.test_odd_streams import Chunks, relayed, streamed
+from tests.experts.test_odd_streams import relayed, streamed
 
 pytestmark = pytest.mark.anyio
 
@@ -73,9 +72,7 @@ async def test_an_ambiguous_length_is_refused_and_its_connection_closed(head: by
 
 
 async def relayed_by(*chunks: bytes, api: Api = "chat") -> bytes:
-    reply: Any = streamed(api=api)
-    reply._response = Chunks(*chunks)
-    return await relayed(reply)
+    return await relayed(streamed(*chunks, api=api))
 
 
 @pytest.mark.parametrize(
