@@ -1,7 +1,7 @@
 """Gateway overhead: latency at one connection, requests per second at 32, against a bare pass-through and LiteLLM.
 
-    .venv/bin/python -m benchmarks.gateway [--rounds 3] [--seconds 5] [--workers 1] [--prompts FILE] [--json FILE]
-        [--litellm PROGRAM]
+    .venv/bin/python -m benchmarks.gateway [--rounds 3] [--seconds 5] [--workers 1] [--prompts FILE ...]
+        [--turns 50 ...] [--json FILE] [--litellm PROGRAM]
 
 Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH (`apt-get install nginx-light wrk
 redis-server`); a router is trained where `--home` has none. All targets alternate in every round, because the
@@ -9,9 +9,9 @@ machine's speed drifts; medians are reported. wrk corrects for coordinated omiss
 that sends the next request after each response.
 
 In the gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on; several workers
-share the key's limits through Redis. Prompts rotate over the starter prompts, which the router has learned, or over
-FILE (JSONL, field prompt): of fresh ones a third goes through the sentence encoder. An eighth of the starter
-prompts is not English and takes a pass of the multilingual encoder (23 ms of one core): give FILE to leave them out.
+share the key's limits through Redis. The loads are `english`, the ASCII starter prompts, which the router has learned;
+`mix`, all of them, of which an eighth is in other languages; one for each FILE (JSONL, field prompt), whose prompts
+the router has not learned unless it was trained on them; and the English ones as the last of so many `--turns`.
 
 PROGRAM is the proxy of LiteLLM, whose packages are best apart from the project's:
 
@@ -33,7 +33,6 @@ from statistics import quantiles
 import psutil
 
 from benchmarks.harness import (
-    BODIES,
     GATEWAY_PORT,
     KEY,
     PASSTHROUGH_PORT,
@@ -41,11 +40,13 @@ from benchmarks.harness import (
     STARTER,
     UPSTREAM,
     UPSTREAM_PORT,
+    chats,
     gateway,
     in_turn,
     load_script,
     median,
     passthrough,
+    read_prompts,
     require,
     rss_mb,
     running,
@@ -71,29 +72,36 @@ def main() -> None:
         ports = {"direct": UPSTREAM_PORT, "passthrough": PASSTHROUGH_PORT, "coe": GATEWAY_PORT}
         if options.litellm:
             ports["litellm"] = LITELLM_PORT
-        script = load_script(folder, options.prompts)
-        bodies = (folder / BODIES).read_bytes().splitlines()
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
+        starter = read_prompts(STARTER)
+        english = [text for text in starter if text.isascii()]
+        loads = {"english": chats(english), "mix": chats(starter)}
+        loads |= {file.stem: chats(read_prompts(file)) for file in options.prompts}
+        loads |= {f"turns-{turns}": chats(english[:1000], turns=turns) for turns in options.turns}
+        scripts = {name: load_script(folder, bodies, name) for name, bodies in loads.items()}
+        rounds: dict[tuple[str, str], list[dict[str, float]]] = {(load, name): [] for load in loads for name in ports}
         for port in ports.values():
-            wrk(port, script, connections=8, seconds=2)  # warm up
+            wrk(port, scripts["mix"], connections=8, seconds=2)  # warm up
         for _ in range(options.rounds):
-            for name, port in ports.items():
+            for load, name in rounds:
+                port, script = ports[name], scripts[load]
                 one = wrk(port, script, connections=1, seconds=options.seconds)
                 many = wrk(port, script, connections=32, seconds=options.seconds)
-                turns = in_turn(port, bodies, seconds=options.seconds)
+                turns = in_turn(port, loads[load], seconds=options.seconds)
                 figures = {"p50_ms_c1": one.p50, "p99_ms_c1": one.p99, "p99_ms_in_turn": quantiles(turns, n=100)[98]}
-                rounds[name].append(figures | {"rps_c32": many.rps, "failed": one.failed + many.failed})
-        result = {name: {key: median(found, key) for key in found[0]} for name, found in rounds.items()}
-        for name, process in processes.items():
-            result[name]["rss_mb"] = rss_mb(process)
-        result["coe"] |= {"ready_s": round(ready, 2), "workers": options.workers}
-    for name, found in result.items():
+                rounds[load, name].append(figures | {"rps_c32": many.rps, "failed": one.failed + many.failed})
+        memory = {name: rss_mb(process) for name, process in processes.items()}
+    result: dict[str, dict[str, dict[str, float]]] = {load: {} for load in loads}
+    for (load, name), found in rounds.items():
+        row = result[load][name] = {key: median(found, key) for key in found[0]}
+        row["share_of_passthrough"] = round(row["rps_c32"] / median(rounds[load, "passthrough"], "rps_c32"), 3)
         if name != "direct":
-            for key in ("p50_ms_c1", "p99_ms_c1", "p99_ms_in_turn"):
-                found[f"added_{key}"] = round(found[key] - result["direct"][key], 3)
-        print(name, "  ".join(f"{key}={value:g}" for key, value in found.items()))
+            row |= {
+                f"added_{key}": round(row[key] - result[load]["direct"][key], 3) for key in found[0] if "_ms" in key
+            }
+        print(load, name, "  ".join(f"{key}={value:g}" for key, value in row.items()))
+    print("rss_mb", memory, f"ready_s={ready:.2f} workers={options.workers}")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps({"loads": result, "rss_mb": memory, "ready_s": ready}, indent=2) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -101,7 +109,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--prompts", type=Path, default=STARTER)
+    parser.add_argument("--prompts", type=Path, nargs="*", default=[])
+    parser.add_argument("--turns", type=int, nargs="*", default=[50])
     parser.add_argument("--litellm", metavar="PROGRAM")
     parser.add_argument("--home", type=Path, default=ROOT / ".coe", help="state folder with the trained router")
     parser.add_argument("--json", type=Path)

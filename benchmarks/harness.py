@@ -45,9 +45,8 @@ ACCESS = f"""access:
       sha256: {hashlib.sha256(KEY.encode()).hexdigest()}
       limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000, concurrent_requests: 100000}}
 """
-BODIES = "bodies.jsonl"
 CLOSE = '"}]}'
-"""The end of each of them, after the prompt."""
+"""The end of each chat, after the prompt."""
 BITS, PASSES, LENGTHS = 20, 2**8 + 5, 2**8
 """White space after a prompt makes it differ in every pass over the prompts: the number of the pass in BITS characters,
 then 0 to LENGTHS - 1 blanks. A run has at most PASSES passes, and begins five lengths after the one before. The gateway
@@ -118,18 +117,31 @@ def head(length: int, key: str = KEY) -> bytes:
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
-def load_script(folder: Path, prompts: Path) -> Path:
-    """Write a script for wrk that sends the `prompts` (JSONL) in turn, and no conversation twice."""
-    lines = prompts.read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["prompt"] for line in lines if line]
+def chats(prompts: Sequence[str], *, turns: int = 1) -> list[bytes]:
+    """Return one chat for each prompt, which is the newest of so many turns of the user; the others are those before
+    it. It ends with CLOSE."""
+    answer = {"role": "assistant", "content": "Here is what you asked for, in a few words."}
+    bodies = []
+    for index in range(len(prompts)):
+        said = [prompts[index - back] for back in reversed(range(turns))]
+        messages = [part for text in said for part in ({"role": "user", "content": text}, answer)][:-1]
+        bodies.append(json.dumps({"model": "auto", "messages": messages}).encode())
+    return bodies
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Return the field `prompt` of a JSONL file, in a fixed random order."""
+    texts = [json.loads(line)["prompt"] for line in file.read_text(encoding="utf-8").splitlines() if line]
     Random(0).shuffle(texts)
-    bodies = folder / BODIES
-    bodies.write_text(
-        "".join(json.dumps({"model": "auto", "messages": [{"role": "user", "content": t}]}) + "\n" for t in texts)
-    )
-    script = folder / "load.lua"
+    return texts
+
+
+def load_script(folder: Path, bodies: Sequence[bytes], name: str = "load") -> Path:
+    """Write a script for wrk that sends the `bodies` in turn, and no conversation twice."""
+    file, script = folder / f"{name}.jsonl", folder / f"{name}.lua"
+    file.write_bytes(b"\n".join(bodies) + b"\n")
     numbers = {"tail": len(CLOSE), "bits": BITS, "passes": PASSES, "lengths": LENGTHS}
-    script.write_text(LUA.format(bodies=bodies, key=KEY, close=CLOSE, **numbers))
+    script.write_text(LUA.format(bodies=file, key=KEY, close=CLOSE, **numbers))
     return script
 
 

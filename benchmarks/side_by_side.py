@@ -1,7 +1,7 @@
 """Compare the gateways of several checkouts: requests per second, median latency and processor time of a request.
 
     .venv/bin/python -m benchmarks.side_by_side NAME=CHECKOUT:STATE [NAME=CHECKOUT:STATE ...]
-        [--pairs 12] [--seconds 2] [--workers 1] [--prompts FILE]
+        [--pairs 12] [--seconds 2] [--workers 1] [--prompts FILE] [--turns 1]
 
 CHECKOUT is a folder with the code (a git worktree), STATE a state folder with a router that this code can load. All
 gateways and a bare pass-through are alive at once and are loaded in turn, since the machine's speed drifts by more than
@@ -25,10 +25,12 @@ from benchmarks.harness import (
     PASSTHROUGH_PORT,
     STARTER,
     UPSTREAM,
+    chats,
     gateway,
     load_script,
     passthrough,
     processor_seconds,
+    read_prompts,
     require,
     upstream,
     wrk,
@@ -44,7 +46,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(upstream(folder))
-        script = load_script(folder, options.prompts)
+        script = load_script(folder, chats(read_prompts(options.prompts), turns=options.turns))
         servers = {"passthrough": (PASSTHROUGH_PORT, stack.enter_context(passthrough()))}
         for number, (name, code, home) in enumerate(options.checkouts):
             own, port = folder / name, GATEWAY_PORT + 10 + number
@@ -86,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--prompts", type=Path, default=STARTER)
+    parser.add_argument("--turns", type=int, default=1, help="turns of the user in each chat")
     return parser.parse_args()
 
 
