@@ -19,7 +19,7 @@ from itertools import chain, takewhile
 from sys import getsizeof
 from typing import Literal
 
-from coe.core import Chat
+from coe.core import Chat, frozen
 from coe.routing.units import (
     CLASSES,
     WORDS,
@@ -141,7 +141,7 @@ _DOCUMENT = re.compile(
 _LIST_OR_HEADING = re.compile(r"\s|[-*|#<>]|\d{1,3}[.)]\s")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OmittedPart:
     """A part of a user message that does not count as the request.
 
