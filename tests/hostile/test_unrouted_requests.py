@@ -57,6 +57,7 @@ async def test_what_was_never_routed_is_counted_and_not_recorded(caplog: pytest.
             pass
         assert status == 429
         page = (await gateway.post("/metrics", method="GET", headers=bearer("known"))).body
+    await wait_until(lambda: recorded.put.called)
     assert {call.args[0].outcome for call in recorded.put.call_args_list} == {"ok"}
     for (outcome, status), count in EXPECTED.items():
         labels = {"api": "chat", "category": "", "expert": "", "reason": "", "outcome": outcome, "status": status}
